@@ -115,6 +115,8 @@ class Fabric:
                     ports = list(self._vtep.ports.values())
                     self._removing = asyncio.get_running_loop().create_task(remove(ports))
                 return
+            if self._removing is not None:
+                self._removing.cancel()
             module = import_module("vtep.evpn.supervisor")
             self._supervisor = module.Supervisor(self._vtep, self._options)
             self._needed.set()

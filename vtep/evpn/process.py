@@ -31,8 +31,8 @@ class SpeakerProcess:
         self.token = token
         self._child = child
         self.is_proven = child is not None
-        """False for a number that may be that of another process by now, until it has shown the
-        token."""
+        """False for a number that may be that of another process, until the token shows that it is
+        not."""
         # Not a signal of SIGCHLD: the speaker of a former process is no child of this one.
         self.pidfd = os.pidfd_open(pid)
         self.ended = asyncio.Event()
@@ -72,26 +72,58 @@ class SpeakerProcess:
         given = token.encode(errors="backslashreplace")
         return secrets.compare_digest(given, self.token.encode())
 
-    def send(self, number: int) -> None:
-        """Send a signal, if the process still exists. One that is not proven is forgotten."""
+    def send(self, number: int) -> bool:
+        """Send a signal, if the process still exists.
+
+        Returns: False if it is not known to be the speaker; it is forgotten then.
+        """
+        if not self.is_proven:
+            self.is_proven = self._has_token_in_environment()
         if not self.is_proven:
             self._on_ended()
-            return
+            return False
         with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self.pidfd, number)
+        return True
+
+    def _has_token_in_environment(self) -> bool:
+        """Return True if the process was started with the token.
+
+        The number cannot be of two processes meanwhile: as long as `pidfd` is open and its process
+        runs, which sending a signal through it ensures, the number stays that of this process.
+        """
+        try:
+            environment = Path(f"/proc/{self.pid}/environ").read_bytes()
+        except OSError:
+            return False
+        return f"{TOKEN}={self.token}".encode() in environment.split(b"\0")
 
     def reap(self) -> str:
         """Return how the process has ended. To be called once, after its end."""
-        os.close(self.pidfd)
+        self._close()
         if self._child is None:
             return "it has ended"
         code = self._child.wait()
         if code == 0:
             return BY_REQUEST
-        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"ended by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+
+    def _close(self) -> None:
+        """Close the descriptor, whose number may be that of another file from now on."""
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
 
     def leave(self) -> None:
         """Forget the process, which goes on."""
         if not self.ended.is_set():
             asyncio.get_running_loop().remove_reader(self.pidfd)
-        os.close(self.pidfd)
+        self._close()
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal. Those between SIGRTMIN and SIGRTMAX have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from vtep import __version__
 from vtep.config import Settings
 from vtep.control import views
 from vtep.control.evpn_schema import (
-    REPORT_LIMIT_S,
     EvpnReport,
     EvpnSession,
     EvpnSpeaker,
@@ -32,15 +31,18 @@ from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
 from vtep.evpn.fabric import REPORT
 from vtep.evpn.process import BY_REQUEST, SpeakerProcess
-from vtep.evpn.remains import remove_remains
+from vtep.evpn.remains import Removals
 from vtep.evpn.report_parts import ReportCollector
 from vtep.evpn.reports import aged, empty_report, silent_since
+from vtep.evpn.silence import SilenceAlarm
 from vtep.evpn.speaker_config import SOCKET_SUFFIX
 
 if TYPE_CHECKING:
     from vtep.config.evpn import EvpnSettings
 
 log = logging.getLogger("vtep")
+
+_NO_EVPN = "there is no EVPN: add a table [evpn] to the file, and reload"
 
 _STARTED = "it is started again, and its entries stay meanwhile"
 _TRIED = "until it can be started, its entries stay for the time of stale-time at most"
@@ -56,12 +58,6 @@ _END_S = 1.0
 
 _CLEAN_UP_S = 15.0
 """Seconds for the speaker to remove its entries and to end, once there is to be no EVPN."""
-
-_ATTACH_S = 60.0
-"""Seconds for a speaker to start and connect, most of which it takes to load its modules."""
-
-_SILENCE_S = 60.0
-"""Seconds without a report, after which a speaker is killed, since it hangs."""
 
 _CONCERNS = frozenset(
     (
@@ -103,8 +99,8 @@ class Supervisor:
         self._last_instance = 0
         self._flushes = 0
         self._restarting: list[asyncio.Future[dict[str, int]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._removals = Removals()
+        self._alarm = SilenceAlarm()
         self._stale: asyncio.TimerHandle | None = None
         vtep.watch(self._on_port_changed)
 
@@ -121,12 +117,14 @@ class Supervisor:
         self._vtep.on_flushed = self._on_flushed if settings.evpn is not None else None
         if settings.evpn is not None:
             self._wanted.set()
-            if before is None:
+            if before is None and not self._attached:
                 self._expect()
         else:
             self._wanted.clear()
             self._cancel_stale()
-            if self._speaker is not None:
+            if self._speaker is None:
+                self._refuse_restarts(_NO_EVPN)
+            else:
                 # It removes its entries first, and may have many.
                 loop = asyncio.get_running_loop()
                 loop.call_later(_CLEAN_UP_S, self._kill_unwanted, self._speaker)
@@ -145,6 +143,8 @@ class Supervisor:
         if event == "changed" and values.get("evpn") is False:
             # Here as well: the speaker may end before it has.
             self._remove([port])
+        elif port.config.evpn and self._attached:
+            self._removals.cancel([port])
 
     def _on_flushed(self) -> None:
         """Tell the speaker to give its entries again, which a user has flushed with others."""
@@ -200,17 +200,18 @@ class Supervisor:
 
     def attach(self, given: Params) -> dict[str, Any]:
         """Admit the speaker. Returns: the configuration. Raises: VtepError for another process."""
-        self._check(given)
+        speaker = self._check(given)
         if not self._attached:
             self._since = time.monotonic()
-            log.info("EVPN speaker, process %d: runs", self._speaker.pid if self._speaker else 0)
-        if self._speaker is not None:
-            self._speaker.is_proven = True
+            log.info("EVPN speaker, process %d: runs", speaker.pid)
+            # Not if it attaches again: one that does so without end does not report.
+            self._alarm.on_report(speaker)
+            self._removals.cancel(port for port in self._vtep.ports.values() if port.config.evpn)
+        speaker.is_proven = True
         self._attached = True
         self._failed = False
         self._version = given.text("version")
         self._cancel_stale()
-        self._watch_reports()
         return self._config()
 
     def config(self, given: Params) -> Any:
@@ -225,7 +226,7 @@ class Supervisor:
 
     def report(self, given: Params) -> None:
         """Keep the report of the speaker, for the status, once all parts of it have come."""
-        self._check(given)
+        speaker = self._check(given)
         number = given.number("part", 0, 1 << 32) or 0
         more, part = given.flag("more") or False, given.objects(*REPORT)
         report = self._collector.add(part.items(), number, more=more)
@@ -238,7 +239,7 @@ class Supervisor:
             (each["vtep"], each["neighbor"], each["route_targets"])
             for each in reversed(report["unmatched"])  # The first one of a VTEP counts.
         )
-        self._watch_reports()
+        self._alarm.on_report(speaker)
 
     def _notify_sessions(self, before: frozenset[str], now: frozenset[str]) -> None:
         """Tell the watchers of the VTEP which BGP sessions have come up, and which have ended."""
@@ -252,7 +253,7 @@ class Supervisor:
         """End the speaker, and start it again. Returns: a future of its process."""
         future: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
         if not self._wanted.is_set():
-            raise VtepError("there is no EVPN: add a table [evpn] to the file, and reload")
+            raise VtepError(_NO_EVPN)
         self._restarting.append(future)
         if self._speaker is not None:
             log.info("EVPN speaker, process %d: to be restarted", self._speaker.pid)
@@ -260,9 +261,17 @@ class Supervisor:
             asyncio.get_running_loop().call_later(2 * _END_S, self._kill, self._speaker)
         return future
 
-    def _check(self, given: Params) -> None:
+    def _refuse_restarts(self, why: str) -> None:
+        for future in self._restarting:
+            if not future.done():
+                future.set_exception(VtepError(why))
+        self._restarting.clear()
+
+    def _check(self, given: Params) -> SpeakerProcess:
+        """Return the speaker. Raises: VtepError if another process calls."""
         if self._speaker is None or not self._speaker.has_token(given.text("token") or ""):
             raise VtepError("this process is not the EVPN speaker that was started last")
+        return self._speaker
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -363,20 +372,21 @@ class Supervisor:
         self._restarting.clear()
         if not self._attached:
             self._expect()
-            self._set_alarm(_ATTACH_S, self._on_silent)
+            self._alarm.on_started(speaker)
 
     async def _watch(self, speaker: SpeakerProcess) -> None:
         """Wait for the end of a speaker, and note how it has ended."""
         await speaker.ended.wait()
-        why = speaker.reap()
         has_attached = self._attached
         self._speaker, self._attached = None, False
+        why = speaker.reap()
         self._notify_sessions(_established(self._report["sessions"]), frozenset())
         self._report, self._reported = empty_report(), None
         self._vtep.unmatched.replace(())
-        self._cancel_alarm()
+        self._alarm.cancel()
         if not self._wanted.is_set():
             log.info("EVPN speaker ended: EVPN is not configured any more")
+            self._refuse_restarts(_NO_EVPN)
             self._cancel_stale()
             self._remove(self._vtep.ports.values())
         elif self._restarting:
@@ -393,39 +403,10 @@ class Supervisor:
     def _on_failed(self, problem: str, then: str = _STARTED) -> None:
         if not self._failed or problem != self._last_error:
             log.error("%s; %s", problem, then)
+        self._refuse_restarts(problem)
         self._failed, self._last_error = True, problem
         self._since = time.monotonic()
         self._expect()
-
-    def _set_alarm(self, seconds: float, action: Callable[[], None]) -> None:
-        """Act unless the speaker attaches, or reports, within this time."""
-        self._cancel_alarm()
-        self._alarm = asyncio.get_running_loop().call_later(seconds, action)
-
-    def _cancel_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-
-    def _watch_reports(self) -> None:
-        self._set_alarm(REPORT_LIMIT_S, self._on_late)
-
-    def _on_late(self) -> None:
-        if self._speaker is not None:
-            log.error(
-                "EVPN speaker, process %d: it has not reported for %.0f s; it is killed after %.0f "
-                "s, and started again",
-                *(self._speaker.pid, REPORT_LIMIT_S, _SILENCE_S),
-            )
-        self._set_alarm(_SILENCE_S - REPORT_LIMIT_S, self._on_silent)
-
-    def _on_silent(self) -> None:
-        if self._speaker is not None:
-            log.error(
-                "EVPN speaker, process %d: killed, since it does not %s",
-                *(self._speaker.pid, "report any more" if self._attached else "start"),
-            )
-            self._speaker.send(signal.SIGKILL)
 
     def _expect(self) -> None:
         """Remove the entries of EVPN unless a speaker attaches in time to confirm them."""
@@ -445,9 +426,10 @@ class Supervisor:
 
     def _remove(self, ports: Iterable[Port]) -> None:
         """Remove the entries of EVPN from some ports, in slices."""
-        task = asyncio.get_running_loop().create_task(remove_remains(list(ports)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for port in list(ports):
+            # A speaker that has missed this installs its entries again by the new number.
+            self._instances.pop(port.config.vni, None)
+            self._removals.start([port])
 
     def _kill_unwanted(self, speaker: SpeakerProcess) -> None:
         if not self._wanted.is_set():
@@ -465,7 +447,7 @@ class Supervisor:
 
     async def stop(self, *, handed_over: bool) -> None:
         """End the speaker, with its sessions; or leave it to the process that has taken over."""
-        self._cancel_alarm()
+        self._alarm.cancel()
         self._cancel_stale()
         speaker, self._speaker = self._speaker, None
         if speaker is None:
