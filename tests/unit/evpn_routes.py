@@ -6,7 +6,7 @@ from typing import Any
 
 from vtep.evpn.announcement import Announcement
 from vtep.evpn.changes import Changes
-from vtep.evpn.table_settings import SegmentSettings, SpeakerSettings, auto_export_target
+from vtep.evpn.table_settings import SegmentSettings, SpeakerSettings
 from vtep.evpn.tables import Tables
 from vtep.wire.address import Address
 from vtep.wire.bgp.attributes import INGRESS_REPLICATION, PathAttributes, Pmsi
@@ -52,7 +52,7 @@ def segment(vni: int = 100, *, own: str | tuple[str, ...] = OWN, **changed: Any)
         "vni": vni,
         "rd": distinguisher(addresses[0] if addresses else OWN, vni),
         "import_targets": None,
-        "export_targets": frozenset({auto_export_target(ASN, vni)}),
+        "export_targets": frozenset({RouteTarget.of(ASN, vni)}),
         "locals": tuple(map(ip_address, addresses)),
         "proxy": True,
     }
@@ -78,7 +78,7 @@ def tables(*segments: SegmentSettings, **changed: Any) -> Tables:
 def attributes(vtep: str | None, vni: int = 100, **changed: Any) -> PathAttributes:
     settings: dict[str, Any] = {
         "next_hop": None if vtep is None else ip_address(vtep),
-        "route_targets": frozenset({auto_export_target(ASN, vni)}),
+        "route_targets": frozenset({RouteTarget.of(ASN, vni)}),
     }
     return PathAttributes(**(settings | changed))
 

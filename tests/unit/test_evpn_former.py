@@ -19,9 +19,9 @@ from tests.unit.evpn_routes import (
     update,
 )
 from vtep.evpn.changes import EvpnNeighbourChange
-from vtep.evpn.former import Former
+from vtep.evpn.former import Former, StaleMac
 from vtep.evpn.local_entries import BridgeChange
-from vtep.evpn.tables import StaleMac, Tables
+from vtep.evpn.tables import Tables
 
 OTHER, THIRD = "192.0.2.2", "192.0.2.9"
 OTHER_PEER = "10.0.0.2"

@@ -230,13 +230,13 @@ def test_new_settings_reset_only_what_they_change() -> None:
 def test_routes_stay_for_a_while_if_the_speaker_ends_without_notice() -> None:
     async def test() -> None:
         async with both() as (left, right):
-            await until(lambda: left.peer.has_all_routes, "session")
+            await until(lambda: left.peer.status(0.0)["end_of_rib"], "session")
             assert left.peer.preserves_forwarding
             (link,) = left.peer.links.values()
             link._sock.shutdown(socket.SHUT_RDWR)
             await until(lambda: right.seen.reasons, "the end")
             assert right.seen.events[-1] == f"down {LEFT} 30.0"
-            await until(lambda: right.peer.has_all_routes, "the session again")
+            await until(lambda: right.peer.status(0.0)["end_of_rib"], "the session again")
             assert right.seen.events[-2:] == [f"up {LEFT}", f"end {LEFT}"]
 
     run(test)
@@ -444,7 +444,7 @@ def test_a_peer_that_reads_slowly_costs_no_memory(script: Script) -> None:
             assert len(link._waiting) < 2 * 65536
             # What the peer sends is read all the same.
             await script.send(END_OF_RIB)
-            await until(lambda: side.peer.has_all_routes, "End-of-RIB")
+            await until(lambda: side.peer.status(0.0)["end_of_rib"], "End-of-RIB")
             while not any(body == END_OF_RIB[19:] for _, body in script.messages):
                 assert await script.read()
             keys = {
@@ -489,7 +489,7 @@ def test_a_flood_of_updates_is_read_in_turns(script: Script) -> None:
                 flood += outbox.take()
             sending = asyncio.create_task(script.send(flood))
             most, before = 0, 0
-            while not side.peer.has_all_routes:
+            while not side.peer.status(0.0)["end_of_rib"]:
                 await asyncio.sleep(0)
                 most = max(most, len(side.seen.routes) - before)
                 before = len(side.seen.routes)

@@ -21,7 +21,8 @@ from tests.unit.evpn_routes import (
 )
 from vtep.control.evpn_schema import EvpnRoute
 from vtep.evpn.duplicates import Move, MoveTracker
-from vtep.evpn.table_settings import allocate_distinguishers, auto_export_target
+from vtep.evpn.table_settings import allocate_distinguishers
+from vtep.wire.bgp.communities import RouteTarget
 from vtep.wire.bgp.evpn import RouteDistinguisher
 
 ROUTER_ID = IPv4Address("192.0.2.1")
@@ -70,11 +71,6 @@ class TestDistinguishers:
     def test_too_many(self) -> None:
         with pytest.raises(ValueError, match="more than 65536 VNIs"):
             allocate_distinguishers(ROUTER_ID, range(1, 65538))
-
-
-def test_export_target_has_the_low_half_of_a_long_as_number() -> None:
-    assert auto_export_target(65000, 100).text == "65000:100"
-    assert auto_export_target(4200000000, 100).text == f"{4200000000 & 0xFFFF}:100"
 
 
 class TestMoveTracker:
@@ -258,7 +254,7 @@ class TestViews:
         assert [view["sequence"] for view in made.duplicates(5.0)] == [100, 0]
 
     def test_segment(self) -> None:
-        made = tables(segment(import_targets=frozenset({auto_export_target(7, 100)})))
+        made = tables(segment(import_targets=frozenset({RouteTarget.of(7, 100)})))
         assert made.segments() == [
             {
                 "vni": 100,

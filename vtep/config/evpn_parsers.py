@@ -10,11 +10,9 @@ from typing import Final
 
 from vtep.config import option_parsers
 from vtep.errors import ConfigError, OptionError
+from vtep.wire.bgp import AS_TRANS
 from vtep.wire.bgp.communities import ASN_MAX, RouteTarget
 from vtep.wire.bgp.evpn import RouteDistinguisher
-
-AS_TRANS: Final = 23456
-"""The AS number that stands for one of four octets at old speakers (RFC 6793, section 9)."""
 
 _ASN_LAST: Final = (0xFFFF, ASN_MAX)
 """The last AS numbers of two and of four octets, which no network may have (RFC 7300)."""

@@ -89,8 +89,7 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
             f"no VNI imports; {import_hint(other)}",
             *(vni, other["vtep"]),
         )
-    # A speaker of an older version does not report them.
-    for replaced in evpn.get("replaced_next_hops", ()):
+    for replaced in evpn["replaced_next_hops"]:
         yield _problem(
             "evpn-next-hop",
             f"the next hop of routes of {_named(replaced['vteps'])} is the BGP neighbour "

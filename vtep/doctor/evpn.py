@@ -109,8 +109,7 @@ def measure(examined: Iterable[Examined]) -> tuple[EvpnFacts, ...]:
                     tuple(status["unmatched"]),
                     tuple(status["label_conflicts"]),
                     tuple(status["duplicates"]),
-                    # A speaker of an older version does not report them.
-                    tuple(status.get("replaced_next_hops", ())),
+                    tuple(status["replaced_next_hops"]),
                     tuple(status["problems"]),
                     # After the SYNs of this examination, which neighbours may answer.
                     procfs.md5_counters(),

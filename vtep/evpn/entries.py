@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vtep.evpn.duplicates import Place
 from vtep.evpn.rib import RibRoute
+from vtep.forwarding.fdb import SEQUENCE_MAX
 from vtep.wire.address import Address
 from vtep.wire.bgp.evpn import NO_ESI, MacIpRoute
 
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 FORMER = ""
 """The name of the peer that stands for a former speaker: its entries are routes of this peer."""
-
-SEQUENCE_MAX = (1 << 32) - 1
 
 
 class Local(NamedTuple):

@@ -152,11 +152,6 @@ class BgpPeer:
         return self._outbox is not None
 
     @property
-    def has_all_routes(self) -> bool:
-        """True if the peer has sent End-of-RIB since the session was established."""
-        return self._has_all_routes
-
-    @property
     def is_internal(self) -> bool:
         """True if the peer is in our AS."""
         return self.remote_asn == self.options.asn

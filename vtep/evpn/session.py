@@ -74,9 +74,6 @@ _KEEPALIVES_PER_HOLD_TIME = 3  # RFC 4271, section 4.4
 _SEND_HOLD_S = 480.0
 """Seconds without progress of sending after which the session ends, at least (RFC 9687)."""
 
-_SEND_HOLD_EXPIRED = 8
-"""The code of a NOTIFICATION (RFC 9687, section 4.2)."""
-
 _KINDS_OF_SENT: dict[tuple[int, int], Failure] = {
     (ErrorCode.OPEN, OpenError.BAD_PEER_AS): Failure.WRONG_ASN,
     (ErrorCode.OPEN, OpenError.UNSUPPORTED_CAPABILITY): Failure.NO_EVPN_FAMILY,
@@ -264,7 +261,9 @@ class Session:
                 self._expire(connection, now)
             elif connection.send_deadline is not None and connection.send_deadline <= now:
                 text = "the neighbor does not read what is sent to it"
-                self._refuse(connection, BgpError(_SEND_HOLD_EXPIRED, 0, b"", text), now)
+                self._refuse(
+                    connection, BgpError(ErrorCode.SEND_HOLD_TIMER_EXPIRED, 0, b"", text), now
+                )
             elif connection.keepalive_at is not None and connection.keepalive_at <= now:
                 self._send_keepalive(connection, now)
         if self._retry_at is not None and self._retry_at <= now:

@@ -48,11 +48,6 @@ class SegmentSettings:
     proxy: bool = False
 
 
-def auto_export_target(asn: int, vni: int) -> RouteTarget:
-    """Return AS:VNI with the low 16 bits of the AS number, as FRR derives it."""
-    return RouteTarget.of(asn & 0xFFFF, vni)
-
-
 def allocate_distinguishers(
     router_id: IPv4Address,
     vnis: Iterable[int],

@@ -26,8 +26,6 @@ from vtep.wire.bgp.evpn import MulticastRoute, OtherRoute, Route, RouteKey
 from vtep.wire.bgp.update import Update
 from vtep.wire.ethernet import MAC_ZERO, format_mac, is_group
 
-__all__ = ["StaleMac", "Tables"]
-
 _GRACE_S = 10.0
 """Seconds in which neighbours can establish their sessions before entries of a former speaker are
 removed: a neighbour without a session then does not delay that until `stale_time`."""

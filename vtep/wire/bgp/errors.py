@@ -12,7 +12,7 @@ SHUTDOWN_TEXT_MAX = 255
 
 
 class ErrorCode(IntEnum):
-    """The code of a NOTIFICATION (RFC 4271, section 4.5)."""
+    """The code of a NOTIFICATION (RFC 4271, section 4.5; RFC 9687, section 4.2)."""
 
     MESSAGE_HEADER = 1
     OPEN = 2
@@ -21,6 +21,7 @@ class ErrorCode(IntEnum):
     FSM = 5
     CEASE = 6
     ROUTE_REFRESH = 7
+    SEND_HOLD_TIMER_EXPIRED = 8
 
 
 class HeaderError(IntEnum):
