@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, ip_address
@@ -615,6 +616,28 @@ def test_a_reset_behind_unread_routes_ends_the_session(script: Script) -> None:
             script.sock.close()
             await until(lambda: side.seen.reasons, "the end of the session")
             assert "the connection was lost" in side.seen.reasons[0]
+
+    uvloop.run(test())
+
+
+def test_a_pause_of_the_process_ends_no_session(script: Script) -> None:
+    """Timers are due at once afterwards, while messages wait."""
+
+    async def test() -> None:
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, each: failures.append(each))
+        async with against(script, hold_time=3) as side:
+            await script.handshake()
+            await until(lambda: side.peer.is_established, "session")
+            outbox = Outbox(ip_address(RIGHT), four_octet=True, internal=True, asn=65000)
+            outbox.fill(announcements(2000))
+            while outbox:
+                script.sock.send(outbox.take())
+            # Beyond the interval of KEEPALIVEs, and below the hold time: this is the pause.
+            time.sleep(1.2)  # noqa: ASYNC251
+            await until(lambda: len(side.seen.routes) == 2000, "the routes")
+            assert side.peer.is_established
+        assert failures == []
 
     uvloop.run(test())
 

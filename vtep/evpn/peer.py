@@ -128,6 +128,7 @@ class BgpPeer:
         self._is_acting = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._outbox: Outbox | None = None
         self._established_link: PeerLink | None = None
         self._hold_time: int | None = None
@@ -385,11 +386,13 @@ class BgpPeer:
         due = self.session.next_time
         if due is None:
             return
-        delay = max(0.0, due - time.monotonic())
-        if self._timer is None or self._timer.when() > self._loop.time() + delay:
+        # The due time is kept here: uvloop returns a handle without one for a delay of 0.
+        if self._timer is None or self._timer_due > due:
             if self._timer is not None:
                 self._timer.cancel()
+            delay = max(0.0, due - time.monotonic())
             self._timer = self._loop.call_later(delay, self._on_timer)
+            self._timer_due = due
 
     def _on_timer(self) -> None:
         self._timer = None
