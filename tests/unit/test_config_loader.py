@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vtep.config import Settings
+from vtep.config.evpn import EvpnSettings
 from vtep.config.file import FileError
 from vtep.config.loader import exposed_secrets, read, with_password
 from vtep.config.option_parsers import distinct
@@ -126,6 +127,34 @@ def test_the_password_of_bgp_sessions_is_read_from_a_file(tmp_path: Path) -> Non
     assert found is not None
     assert (found.password, found.password_file) == ("secret", str(secret))
     assert with_password(Settings(segments=[])) == Settings(segments=[])
+
+
+def test_a_relative_password_file_is_beside_its_configuration_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory is another one at a reload with --background."""
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    (conf / "secret").write_text("beside\n")
+    (tmp_path / "secret").write_text("here\n")
+    (conf / "a.toml").write_text(
+        '[evpn]\nasn = 1\nneighbor = "10.0.0.1"\npassword-file = "secret"\n[[vni]]\nid = 1\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    started = [with_password(read(path), path) for path in (Path("conf/a.toml"), Path("conf"))]
+    given = Settings(
+        segments=[], evpn=EvpnSettings(asn=1, neighbor="10.0.0.1", password_file="secret")
+    )
+    commanded = with_password(given)
+    monkeypatch.chdir("/")
+    reloaded = with_password(read(conf / "a.toml"), conf / "a.toml")
+    for settings in (*started, reloaded):
+        assert settings.evpn is not None
+        assert settings.evpn.password == "beside"
+        assert settings.evpn.password_file == str(conf / "secret")
+    assert commanded.evpn is not None
+    assert commanded.evpn.password == "here"
+    assert commanded.evpn.password_file == str(tmp_path / "secret")
 
 
 def test_passwords_that_every_user_can_read_are_found(tmp_path: Path) -> None:

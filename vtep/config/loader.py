@@ -21,10 +21,14 @@ _SIZE_MAX = 16 << 20
 def read(path: Path) -> Settings:
     """Read and parse a configuration file or, of a directory, all its files `*.toml` as one.
 
+    The `password-file` is absolute in them: it is relative to the directory of the files, as the
+    working directory of this process changes with --background.
     Raises: FileError if they have mistakes, VtepError if one cannot be read.
     """
     if not path.is_dir():
-        return parse(_read_text(path), str(path))
+        # A pipe has no directory with other files.
+        folder = Path() if path.is_relative_to("/dev") else path.parent
+        return _with_absolute_paths(parse(_read_text(path), str(path)), folder)
     try:
         # In the order of their names, which also decides which of two in conflict is reported.
         files = sorted(each for each in path.iterdir() if _is_part(each))
@@ -33,15 +37,27 @@ def read(path: Path) -> Settings:
     if not files:
         example = path / "vx0.toml"
         raise VtepError(f"{path}: has no configuration file; write one, such as {example}")
-    return parse_all((str(each), _read_text(each)) for each in files)
+    settings = parse_all((str(each), _read_text(each)) for each in files)
+    return _with_absolute_paths(settings, path)
+
+
+def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
+    """Return settings whose files are found in whatever working directory."""
+    evpn = settings.evpn
+    if evpn is None or evpn.password_file is None:
+        return settings
+    path = str((folder / evpn.password_file).absolute())
+    return evolve(settings, evpn=evolve(evpn, password_file=path))
 
 
 def with_password(settings: Settings, source: Path | None = None) -> Settings:
     """Return settings with the password of the BGP sessions, if a file has it.
 
-    `source` is the configuration file that the settings are from; None is the command line.
+    `source` is the configuration file that the settings are from; None is the command line, whose
+    path is made absolute.
     Raises: VtepError if the file cannot be read, ConfigError if it has no valid password.
     """
+    settings = _with_absolute_paths(settings, Path())
     evpn = settings.evpn
     if evpn is None or evpn.password_file is None:
         return settings
