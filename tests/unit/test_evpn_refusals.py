@@ -103,6 +103,8 @@ def test_static_macs_that_others_announce_are_counted() -> None:
     made.mac_added(100, mac(1), 0.5, static=True)
     made.update(PEER, update(VTEP, mac_route(VTEP, 1), mac_route(VTEP, 1, ip(1))), 1.0)
     assert made.not_installed() == {"sticky": 2}
+    received = [view for view in made.routes(1.5, mac=mac(1)) if view["neighbor"] == PEER]
+    assert [(view["reason"], view["best"]) for view in received] == [("sticky", False)] * 2
     assert made.segments()[0]["conflicts"] == 1
     made.update(PEER, withdrawal(mac_route(VTEP, 1), mac_route(VTEP, 1, ip(1))), 2.0)
     assert (made.not_installed(), made.segments()[0]["conflicts"]) == ({}, 0)

@@ -305,9 +305,9 @@ class EvpnRoute(TypedDict):
     """True if it is used, or announced."""
     reason: str | None
     """The reason why a received route is not used: own-route, router-id, as-loop, next-hop,
-    encapsulation, tunnel-type, route-target, label, mac, own-mac, anycast-gateway, ip-version or
-    refused (by the daemon); or why only its IP address is not: neighbour-ip or neighbour-refused.
-    None if all of it can be used."""
+    encapsulation, tunnel-type, route-target, label, mac, own-mac, sticky, anycast-gateway,
+    ip-version or refused (by the daemon); or why only its IP address is not: neighbour-ip or
+    neighbour-refused. None if all of it can be used."""
     stale: bool
     age: float
 

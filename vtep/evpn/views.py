@@ -126,10 +126,14 @@ def not_installed(refused: Refused, segments: Iterable[SegmentTable]) -> dict[st
         for route in _refused_by_daemon(segment):
             counts[segment.refusal(route) or ""] += 1
         for mac in segment.sticky_conflicts:
-            entry = segment.macs[mac]
-            if entry.local is not None:
-                counts[STICKY] += len(entry.routes)
+            if _is_pinned(segment, mac):
+                counts[STICKY] += len(segment.macs[mac].routes)
     return dict(sorted(counts.items()))
+
+
+def _is_pinned(segment: SegmentTable, mac: bytes) -> bool:
+    """Return True if routes of others are not used, since the MAC is pinned to this host."""
+    return mac in segment.sticky_conflicts and segment.macs[mac].local is not None
 
 
 def _refused_by_daemon(segment: SegmentTable) -> Iterator[RibRoute]:
@@ -206,9 +210,18 @@ def _received_route(
     view["best"] = segment is not None and _is_best(segment, received)
     view["stale"] = received.is_stale
     view["age"] = now - received.since
-    match = received.match
-    view["reason"] = match.reason or (segment and segment.refusal(received)) or match.ip_reason
+    view["reason"] = _unused_reason(segment, received)
     return view
+
+
+def _unused_reason(segment: SegmentTable | None, received: RibRoute) -> str | None:
+    """Return why a route, or only its IP address, is not used; None if all of it can be."""
+    match = received.match
+    if match.reason is not None or segment is None:
+        return match.reason or match.ip_reason
+    if refusal := segment.refusal(received):
+        return refusal
+    return STICKY if _is_pinned(segment, received.mac) else match.ip_reason
 
 
 def _is_best(segment: SegmentTable, received: RibRoute) -> bool:
