@@ -188,8 +188,8 @@ class Supervisor:
                 {
                     "instance": instances[port.config.vni][1],
                     "tap": port.tap,
-                    "bridge": _bridge(port),
-                    "gateways": [str(each) for each in _gateways(port)],
+                    "bridge": port.effective.bridge,
+                    "gateways": [str(each) for each in port.effective.anycast_gateway],
                     "options": views.options(port.config),
                 }
                 for port in (ports if self._settings is not None else ())
@@ -473,13 +473,3 @@ def _socket_of(control: Path) -> Path:
 
 def _established(sessions: Iterable[EvpnSession]) -> frozenset[str]:
     return frozenset(each["neighbor"] for each in sessions if each["state"] == "established")
-
-
-def _bridge(port: Port) -> str | None:
-    """Return the bridge that the TAP of a port is to be attached to; None for none."""
-    return port.effective.bridge
-
-
-def _gateways(port: Port) -> list[Any]:
-    """Return the anycast gateways of a segment, those of a Docker network included."""
-    return [*port.effective.anycast_gateway]
