@@ -125,7 +125,8 @@ def test_the_summary_shows_all_but_routes_and_macs(pyvtep: Pyvtep) -> None:
         label_conflicts=[evpn_fake.label_conflict()],
         segments=[evpn_fake.segment(conflicts=2)],
         ignored={"5": 3, "1": 2},
-        not_installed={"refused": 4, "next-hop": 1},
+        not_installed={"refused": 4, "next-hop": 1, "own-route": 6},
+        replaced_next_hops=[{"neighbor": "10.0.0.1", "vteps": ["192.0.2.3"], "vnis": [100, 101]}],
         problems=["cannot listen on port 179: address in use"],
     )
     shown = pyvtep.run("").output
@@ -147,8 +148,19 @@ def test_the_summary_shows_all_but_routes_and_macs(pyvtep: Pyvtep) -> None:
     assert (
         "routes that are not installed: 1 next-hop, 4 refused; pyvtep evpn show routes has them"
     ) in lines
+    assert any(
+        line.startswith("vni 100, 101: the next hop of routes of 192.0.2.3 is the BGP neighbour")
+        and line.endswith("attribute-unchanged next-hop")
+        for line in lines
+    )
     assert any(line.startswith("vni 100: 2 MACs are static here") for line in lines)
     assert lines[-1] == "cannot listen on port 179: address in use"
+
+
+def test_own_routes_of_a_reflector_are_no_note(pyvtep: Pyvtep) -> None:
+    pyvtep.views["summary"] = evpn_fake.summary(not_installed={"own-route": 6})
+    assert "not installed" not in pyvtep.run("").output
+    assert json.loads(pyvtep.run("show --json").output)["not_installed"] == {"own-route": 6}
 
 
 def test_the_summary_as_json_has_the_speaker(pyvtep: Pyvtep) -> None:

@@ -4,10 +4,12 @@ from tests.unit import evpn_fake, status_fake
 from tests.unit.evpn_fake import MAC
 from vtep.cli.monitor import format_event
 from vtep.cli.status_text import WIDTH, format_status
+from vtep.control import problems
 from vtep.control import status as making
 from vtep.control.events import Events
 from vtep.control.evpn_schema import EvpnStatus
 from vtep.control.problems import of_evpn
+from vtep.control.schema import Problem
 from vtep.daemon.vtep import Vtep
 from vtep.evpn.reports import aged, silent_since
 
@@ -103,6 +105,17 @@ def test_a_spine_that_replaces_the_next_hop_is_one() -> None:
     evpn = evpn_fake.status(replaced_next_hops=[replaced])
     assert kinds(evpn) == [("evpn-next-hop", 100, "10.0.0.1")]
     assert "192.0.2.3, 192.0.2.4 is the BGP neighbour 10.0.0.1 itself" in text_of(evpn)
+
+
+def test_no_vtep_is_to_be_started_at_a_replaced_next_hop() -> None:
+    def refused(vni: int, remote: str) -> Problem:
+        return {"problem": "remote-refused", "vni": vni, "remote": remote, "text": "refuses"}
+
+    replaced = {"neighbor": "10.0.0.1", "vteps": ["192.0.2.3"], "vnis": [100]}
+    evpn = evpn_fake.status(replaced_next_hops=[replaced])
+    found = [refused(100, "10.0.0.1"), refused(101, "10.0.0.1"), refused(100, "10.0.0.2")]
+    assert list(problems.unexplained(found, evpn)) == found[1:]
+    assert list(problems.unexplained(found, None)) == found
 
 
 def test_an_own_mac_that_another_host_announces_too_is_one() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vtep.control.evpn_schema import EvpnReport, EvpnSession, EvpnSpeaker
-from vtep.control.problems import import_hint
+from vtep.control.problems import describe_next_hop, import_hint
 from vtep.counters import duration
 
 SUMMARY_ROWS: Final = 20
@@ -20,6 +20,8 @@ TITLES: Final = {
 
 _NAMED = 5
 """Route targets or VNIs that a line names."""
+
+_OWN_ROUTE = "own-route"
 
 _Row = Mapping[str, Any]
 
@@ -70,15 +72,17 @@ def notes(report: EvpnReport) -> Iterator[str]:
             f"or, if vni {each['label']} there is this segment, import the target by name: "
             f"--route-target-import {each['route_targets'][0]}"
         )
+    for replaced in report.get("replaced_next_hops", [])[:SUMMARY_ROWS]:
+        yield f"vni {_some(replaced['vnis'], ', ')}: {describe_next_hop(replaced)}"
     if report["ignored"]:
         counts = ", ".join(
             f"{count} of type {kind}" for kind, count in sorted(report["ignored"].items())
         )
         yield f"routes that pyvtep does not use: {counts}"
-    if report["not_installed"]:
-        counts = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(report["not_installed"].items())
-        )
+    # A reflector sends the routes of this host back: they are no loss.
+    lost = {name: count for name, count in report["not_installed"].items() if name != _OWN_ROUTE}
+    if lost:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items()))
         yield f"routes that are not installed: {counts}; pyvtep evpn show routes has them"
     for segment in report["segments"]:
         if segment["conflicts"]:

@@ -7,7 +7,7 @@ stay as they are after a repair, so `recent_drops` has them.
 from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 
-from vtep.control.evpn_schema import EvpnStatus, EvpnUnmatched
+from vtep.control.evpn_schema import EvpnReplacedNextHop, EvpnStatus, EvpnUnmatched
 from vtep.control.schema import LoopEntry, Problem, ReloadStatus, SegmentStatus, StormEntry
 from vtep.counters import duration
 
@@ -92,10 +92,7 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
     for replaced in evpn["replaced_next_hops"]:
         yield _problem(
             "evpn-next-hop",
-            f"the next hop of routes of {_named(replaced['vteps'])} is the BGP neighbour "
-            f"{replaced['neighbor']} itself, which is no VTEP (it has no route of type 3), so "
-            "frames to their MACs are lost; there, with FRR, in address-family l2vpn evpn: "
-            "neighbor ... attribute-unchanged next-hop",
+            describe_next_hop(replaced),
             replaced["vnis"][0],
             replaced["neighbor"],
         )
@@ -118,6 +115,29 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
             f"duplicate {duplicate['mac']}",
             duplicate["vni"],
         )
+
+
+def describe_next_hop(replaced: EvpnReplacedNextHop) -> str:
+    """Return what is wrong about a neighbour that is the next hop of routes of others."""
+    return (
+        f"the next hop of routes of {_named(replaced['vteps'])} is the BGP neighbour "
+        f"{replaced['neighbor']} itself, which is no VTEP (it has no route of type 3), so "
+        "frames to their MACs are lost; there, with FRR, in address-family l2vpn evpn: "
+        "neighbor ... attribute-unchanged next-hop"
+    )
+
+
+def unexplained(found: Iterable[Problem], evpn: EvpnStatus | None) -> Iterator[Problem]:
+    """Yield the problems of segments whose cause is not among those of EVPN.
+
+    A neighbour that has replaced next hops refuses datagrams, but no VTEP is to be started there.
+    """
+    replaced = evpn.get("replaced_next_hops", ()) if evpn is not None else ()
+    no_vteps = {(vni, each["neighbor"]) for each in replaced for vni in each["vnis"]}
+    for problem in found:
+        is_of_remote = problem["problem"] in {"remote-refused", "remote-silent"}
+        if not is_of_remote or (problem["vni"], problem["remote"]) not in no_vteps:
+            yield problem
 
 
 def _named(names: Sequence[str], separator: str = ", ") -> str:

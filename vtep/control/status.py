@@ -205,7 +205,7 @@ class _Status:
             "problems": [
                 *problems.of_process(reload, wall),
                 *(problems.of_evpn(evpn) if evpn is not None else ()),
-                *self._problems,
+                *problems.unexplained(self._problems, evpn),
             ],
         }
         return rest
