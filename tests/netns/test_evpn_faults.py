@@ -138,6 +138,9 @@ def test_a_leaf_next_to_frr(leaves: Leaves, start: Start) -> None:
             lambda: destinations(vtep) == {FLOOD: {"192.0.2.2"}, MAC_B: {"192.0.2.2"}},
             "the entries of the fabric",
         )
+        # So does one who deletes a single one.
+        client.fdb.delete(MAC_B, vni=100)
+        wait_until(lambda: destinations(vtep).get(MAC_B) == {"192.0.2.2"}, "the deleted entry")
     # An entry of a user is not taken over, and that is said.
     with vtep.client() as client:
         client.fdb.add(MAC_C, "192.0.2.9", vni=100)
