@@ -274,6 +274,18 @@ def test_sessions_survive_an_upgrade(leaves: Leaves, start: Start) -> None:
     wait_until(leaves.is_established, "the session")
 
 
+def test_a_speaker_that_hangs_is_ended_after_an_upgrade(leaves: Leaves, start: Start) -> None:
+    """The new process knows it by its descriptor, though it has not answered."""
+    vtep = established(leaves, start)
+    pid = speaker(vtep)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    vtep.run("upgrade")
+    vtep.run("evpn", "restart")
+    wait_until(lambda: not is_running(pid), "the end of the former speaker")
+    wait_until(lambda: speaker(vtep)["state"] == "running", "another speaker")
+    wait_until(leaves.is_established, "the session")
+
+
 def test_upgrades_that_fail_or_end_evpn(leaves: Leaves, start: Start, tmp_path: Path) -> None:
     file = tmp_path / "pyvtep.toml"
     segment = '[[vni]]\nid = 100\ntap = "vx0"\nbridge = "br0"\nlocal = "192.0.2.1"\n'

@@ -1,6 +1,7 @@
 """The supervisor of the speaker: its end, restarts, silence, and entries without a speaker."""
 
 import asyncio
+import os
 import signal
 import subprocess
 from collections.abc import Awaitable
@@ -19,7 +20,6 @@ from vtep.control.params import Params
 from vtep.daemon.port import Port
 from vtep.errors import VtepError
 from vtep.evpn.process import SpeakerProcess
-from vtep.evpn.speaker_config import TOKEN
 from vtep.evpn.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -36,10 +36,18 @@ def run(main: Awaitable[None]) -> None:
     asyncio.run(limited())
 
 
-def child(token: str = "right", *, adopted: bool = False) -> tuple[Any, SpeakerProcess]:
+STATE: dict[str, Any] = {
+    **dict.fromkeys(("starts", "generation", "last_instance", "flushes"), 1),
+    "token": "right",
+    "last_error": None,
+    "instances": {},
+}
+
+
+def child() -> tuple[Any, SpeakerProcess]:
     """Return a process in place of a speaker, and how the supervisor sees it."""
-    popen = subprocess.Popen(["/bin/sleep", "600"], env={TOKEN: "right"})
-    return popen, SpeakerProcess(popen.pid, token, None if adopted else popen)
+    popen = subprocess.Popen(["/bin/sleep", "600"])
+    return popen, SpeakerProcess(popen.pid, "right", popen)
 
 
 def supervisor(vtep: Still | None = None) -> Supervisor:
@@ -65,16 +73,40 @@ def test_the_end_of_a_speaker_is_named_whatever_the_signal(number: int) -> None:
     run(main())
 
 
-def test_a_hung_speaker_of_a_former_process_is_killed_once_its_token_is_found() -> None:
+def test_a_hung_speaker_of_a_former_process_is_killed_if_it_is_known() -> None:
+    """Its number alone may be that of another process by now."""
+
     async def main() -> None:
-        for token, is_sent in (("wrong", False), ("right", True)):
-            popen, speaker = child(token, adopted=True)
-            assert speaker.send(signal.SIGKILL) is is_sent
+        for is_known in (False, True):
+            popen, before = child()
+            watching = supervisor()
+            state = {**STATE, "pid": popen.pid}
+            watching.adopt(state, {}, os.dup(before.pidfd) if is_known else None)
+            before.leave()
+            speaker = watching._speaker
+            assert speaker is not None
+            assert watching.pidfd() == speaker.pidfd
+            assert speaker.send(signal.SIGKILL) is is_known
             await speaker.ended.wait()
-            speaker.reap()
-            assert (popen.poll() is None) or is_sent
+            assert (popen.poll() is None) or is_known
             popen.kill()
             assert popen.wait() == -signal.SIGKILL
+            await watching.stop(handed_over=False)
+            assert watching.pidfd() is None
+
+    run(main())
+
+
+def test_a_handed_over_speaker_that_makes_no_sense_is_given_up() -> None:
+    async def main() -> None:
+        _, before = child()
+        watching, pidfd = supervisor(), os.dup(before.pidfd)
+        watching.adopt({}, {}, pidfd)
+        assert watching.pidfd() is None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(pidfd)
+        watching._speaker = before
+        await watching.stop(handed_over=False)
 
     run(main())
 

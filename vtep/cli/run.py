@@ -238,6 +238,7 @@ async def _run(parts: _Parts) -> None:
             *(reloadable.vtep, lambda: reloadable.settings.segments),
             *(on_handed_over, parts.command),
             speaker=fabric.state,
+            speaker_pidfd=fabric.pidfd,
         )
         running.push_async_callback(handover.finish)  # The last of all: the files are closed then.
         if parts.takeover is None:
@@ -259,7 +260,7 @@ async def _run(parts: _Parts) -> None:
             vtep = await running.enter_async_context(successor.started())
             reloadable.settings = attrs.evolve(settings, segments=successor.base)
             handover.refusal = successor.refusal
-            fabric.adopt(successor.speaker, successor.taken)
+            fabric.adopt(successor.speaker, successor.taken, successor.speaker_pidfd)
             # Not earlier: until now, they were locked by the process that this one replaces.
             state = running.enter_context(StateWriter.open(settings))
         running.callback(supervision.stopping)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -67,7 +68,7 @@ class Fabric:
         self._supervisor: Supervisor | None = None
         self._server: Server | None = None
         self._removing: asyncio.Task[None] | None = None
-        self._former: tuple[Mapping[str, Any], Mapping[int, Port]] | None = None
+        self._former: tuple[Mapping[str, Any], Mapping[int, Port], int | None] | None = None
         self.methods: Final = {
             "evpn.attach": Method(
                 lambda given: self._need().attach(given), ("token", "pid", "version")
@@ -110,6 +111,9 @@ class Fabric:
             if settings.evpn is None:
                 if self._former is not None:
                     # The speaker of the former process is not admitted, and ends.
+                    *_, pidfd = self._former
+                    if pidfd is not None:
+                        os.close(pidfd)
                     self._former = None
                     remove = import_module("vtep.evpn.remains").remove_remains
                     ports = list(self._vtep.ports.values())
@@ -158,10 +162,19 @@ class Fabric:
         """Return what a process that takes over must know of the speaker, as a JSON object."""
         return {} if self._supervisor is None else self._supervisor.state()
 
-    def adopt(self, state: Mapping[str, Any], ports: Mapping[int, Port]) -> None:
+    def pidfd(self) -> int | None:
+        """Return the descriptor of the speaker's process; None if it does not run."""
+        return None if self._supervisor is None else self._supervisor.pidfd()
+
+    def adopt(
+        self, state: Mapping[str, Any], ports: Mapping[int, Port], pidfd: int | None = None
+    ) -> None:
         """Take over the speaker of another process, with the ports that it has handed over.
 
-        To be called before `configured`.
+        To be called before `configured`. `pidfd` is that of the speaker, which this object owns
+        from now on; older versions do not give it.
         """
         if state:
-            self._former = (state, dict(ports))
+            self._former = (state, dict(ports), pidfd)
+        elif pidfd is not None:
+            os.close(pidfd)

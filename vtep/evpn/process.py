@@ -26,15 +26,25 @@ _PRIVATE = (
 class SpeakerProcess:
     """A process that speaks BGP: a child of this one, or of the process that this one replaces."""
 
-    def __init__(self, pid: int, token: str, child: "subprocess.Popen[bytes] | None") -> None:
+    def __init__(
+        self,
+        pid: int,
+        token: str,
+        child: "subprocess.Popen[bytes] | None",
+        pidfd: int | None = None,
+    ) -> None:
+        """Watch a process, with the pidfd of the process that has watched it, if there is one.
+
+        Side effects: owns the pidfd, unless this fails. Raises: OSError.
+        """
         self.pid = pid
         self.token = token
         self._child = child
-        self.is_proven = child is not None
+        self.is_proven = child is not None or pidfd is not None
         """False for a number that may be that of another process, until the token shows that it is
         not."""
         # Not a signal of SIGCHLD: the speaker of a former process is no child of this one.
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid) if pidfd is None else pidfd
         self.ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(self.pidfd, self._on_ended)
 
@@ -78,25 +88,11 @@ class SpeakerProcess:
         Returns: False if it is not known to be the speaker; it is forgotten then.
         """
         if not self.is_proven:
-            self.is_proven = self._has_token_in_environment()
-        if not self.is_proven:
             self._on_ended()
             return False
         with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self.pidfd, number)
         return True
-
-    def _has_token_in_environment(self) -> bool:
-        """Return True if the process was started with the token.
-
-        The number cannot be of two processes meanwhile: as long as `pidfd` is open and its process
-        runs, which sending a signal through it ensures, the number stays that of this process.
-        """
-        try:
-            environment = Path(f"/proc/{self.pid}/environ").read_bytes()
-        except OSError:
-            return False
-        return f"{TOKEN}={self.token}".encode() in environment.split(b"\0")
 
     def reap(self) -> str:
         """Return how the process has ended. To be called once, after its end."""

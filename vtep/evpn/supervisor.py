@@ -8,6 +8,7 @@ what it has put into the tables stays meanwhile, for the time of `stale-time` at
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -310,8 +311,17 @@ class Supervisor:
             "instances": {str(vni): number for vni, (_, number) in self._instances.items()},
         }
 
-    def adopt(self, state: Mapping[str, Any], ports: Mapping[int, Port]) -> None:
-        """Take over the speaker of the process that this one replaces, and the numbers of ports."""
+    def pidfd(self) -> int | None:
+        """Return the descriptor of the speaker's process; None if it does not run."""
+        return None if self._speaker is None else self._speaker.pidfd
+
+    def adopt(
+        self, state: Mapping[str, Any], ports: Mapping[int, Port], pidfd: int | None = None
+    ) -> None:
+        """Take over the speaker of the process that this one replaces, and the numbers of ports.
+
+        `pidfd` is that of the speaker, which this object owns from now on.
+        """
         try:
             pid, token = int(state["pid"]), str(state["token"])
             self._starts = int(state["starts"])
@@ -324,11 +334,13 @@ class Supervisor:
                 for vni, number in state["instances"].items()
             }
             self._former = dict(state.get("settings") or {})  # Older processes do not give it.
-            self._speaker = SpeakerProcess(pid, token, None)
+            self._speaker = SpeakerProcess(pid, token, None, pidfd)
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             log.warning(
                 "the EVPN speaker of the old process is lost: %r; another is started", error
             )
+            if pidfd is not None:
+                os.close(pidfd)
 
     # --- the process ----------------------------------------------------------------------------
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONTROL_ROLE: Final = "control"
 """The listening control socket."""
 
+SPEAKER_ROLE: Final = "evpn-speaker"
+"""The process of the EVPN speaker, as a pidfd."""
+
 TUNNEL_GSO_ROLE: Final = "tunnel-gso"
 """The private TAP of tunnel GSO."""
 

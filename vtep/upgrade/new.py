@@ -20,7 +20,7 @@ from vtep.control.client import Client, DisconnectedError
 from vtep.control.socket_files import ControlSocket
 from vtep.daemon.vtep import Reload, Vtep
 from vtep.errors import VtepError
-from vtep.io.inherited import CONTROL_ROLE
+from vtep.io.inherited import CONTROL_ROLE, SPEAKER_ROLE
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
 from vtep.upgrade.channel import Channel, ClosedError, PeerHungError
@@ -65,6 +65,8 @@ class NewSide:
         """The listening control socket of the old process, which this one serves then."""
         self.speaker: Mapping[str, Any] = {}
         """The description of the EVPN speaker of the old process; empty without one."""
+        self.speaker_pidfd: int | None = None
+        """Its pidfd, which the caller owns."""
         self.taken: Mapping[int, Port] = {}
         """The ports as they were handed over, by VNI, before changes of the file."""
         self.refusal: str | None = None
@@ -97,6 +99,9 @@ class NewSide:
                 # Nothing of what was inherited is changed or removed: the old process has it, too.
                 await vtep.release()
                 vtep.inherited.close()
+                if self.speaker_pidfd is not None:
+                    os.close(self.speaker_pidfd)
+                    self.speaker_pidfd = None
                 if isinstance(error, ClosedError):
                     raise VtepError(
                         f"cannot take over: process {channel.peer.pid} has ended, or has given up; "
@@ -247,6 +252,10 @@ class NewSide:
         for position, fd in enumerate(fds):
             role = roles[position] if position < len(roles) else ""
             self._vtep.inherited.put(str(role), fd)
+        if (pidfd := self._vtep.inherited.take(SPEAKER_ROLE)) is not None:
+            if self.speaker_pidfd is not None:
+                os.close(self.speaker_pidfd)
+            self.speaker_pidfd = pidfd
         listening = self._vtep.inherited.take(CONTROL_ROLE)
         if listening is None:
             return

@@ -20,7 +20,7 @@ from vtep.control.params import Params
 from vtep.control.server import Server
 from vtep.daemon.vtep import Vtep
 from vtep.errors import VtepError
-from vtep.io.inherited import CONTROL_ROLE
+from vtep.io.inherited import CONTROL_ROLE, SPEAKER_ROLE
 from vtep.upgrade import format as fmt
 from vtep.upgrade import snapshot
 from vtep.upgrade.channel import Channel, ClosedError, PeerHungError
@@ -80,7 +80,7 @@ class OldSide:
 
     `base` returns the configurations of the file or command line that this process has read last.
     `on_handed_over` is awaited with the PID of the new process. `speaker` returns what that process
-    must know of the EVPN speaker.
+    must know of the EVPN speaker, and `speaker_pidfd` its pidfd.
     """
 
     def __init__(
@@ -90,12 +90,14 @@ class OldSide:
         on_handed_over: Callable[[int], Awaitable[None]],
         command: Sequence[str] = (),
         speaker: Callable[[], Mapping[str, object]] = dict,
+        speaker_pidfd: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._vtep = vtep
         self._base = base
         self._on_handed_over = on_handed_over
         self._command = command or own_command()
         self._speaker = speaker
+        self._speaker_pidfd = speaker_pidfd
         # Paths in the command may be relative to it; a process in the background leaves it.
         self._folder = working_directory()
         self._server: Server | None = None
@@ -330,7 +332,7 @@ class OldSide:
             # Its sessions stay up: the new process supervises it.
             speaker=dict(self._speaker()),
         )
-        descriptors = iter([*vtep.descriptors(), *self._control_descriptor()])
+        descriptors = iter([*self._process_descriptors(), *vtep.descriptors()])
         while chunk := list(islice(descriptors, fmt.DESCRIPTORS_MAX)):
             roles = [role for role, _ in chunk]
             await channel.send(fmt.DESCRIPTORS, [fd for _, fd in chunk], roles=roles)
@@ -352,7 +354,9 @@ class OldSide:
                 await asyncio.sleep(0)  # Frames have their turn.
         await channel.send(fmt.COMPLETE)
 
-    def _control_descriptor(self) -> Iterator[tuple[str, int]]:
+    def _process_descriptors(self) -> Iterator[tuple[str, int]]:
+        if (pidfd := self._speaker_pidfd()) is not None:
+            yield SPEAKER_ROLE, pidfd
         if self._server is not None and (fd := self._server.fileno()) is not None:
             yield CONTROL_ROLE, fd
 
