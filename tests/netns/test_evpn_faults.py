@@ -421,15 +421,30 @@ def test_a_speaker_that_cannot_start(leaves: Leaves, start: Start, tmp_path: Pat
     wait_until(lambda: "evpn-speaker-failed" not in problems(), "the end of the problem")
 
 
-def test_a_frozen_speaker_and_a_restart_by_command(leaves: Leaves, start: Start) -> None:
+def test_a_frozen_speaker_and_a_restart_by_command(
+    leaves: Leaves, start: Start, tmp_path: Path
+) -> None:
     vtep = established(leaves, start)
     pid = speaker(vtep)["pid"]
+    events = tmp_path / "events"
+    with events.open("w") as file:
+        monitor = leaves.router.start("bridge", "monitor", "fdb", stdout=file)
+
+    def is_monitored(mac: str) -> bool:
+        for change in ("add", "del"):
+            leaves.router.run(*("bridge", "fdb", change, mac, "dev", "vx0", "master", "static"))
+        return f"Deleted {mac}" in events.read_text()
+
+    wait_until(lambda: is_monitored("02:00:00:00:00:98"), "events of the bridge")
     said = vtep.run("evpn", "restart")
     assert said == f"EVPN speaker restarted, process {speaker(vtep)['pid']}\n"
     assert speaker(vtep)["pid"] != pid
     assert MAC_B in destinations(vtep)
     wait_until(leaves.is_established, "the session")
     wait_until(lambda: MAC_A in leaves.frr.remote_macs(100), "the MAC of the own host")
+    wait_until(lambda: is_monitored("02:00:00:00:00:99"), "events of the bridge")
+    assert f"Deleted {MAC_B}" not in events.read_text()
+    monitor.terminate()
     # Frozen, it does not keep the daemon from its end, and FRR sees the end of the connection.
     os.kill(speaker(vtep)["pid"], signal.SIGSTOP)
     ping(leaves.host, "10.0.0.2")
