@@ -327,6 +327,14 @@ def test_a_notification_is_the_last_error(code: tuple[int, int], kind: Failure, 
     assert text in session.last_error.text
 
 
+def test_to_stop_without_a_session_is_no_error() -> None:
+    session, number = open_sent()
+    actions = session.stop(NOW, Cease.OTHER_CONFIGURATION_CHANGE)
+    assert notifications(actions)
+    assert actions[-1] == Close(number)
+    assert session.last_error is None
+
+
 def test_a_shutdown_communication_is_sent_and_shown() -> None:
     session, number = established()
     actions = session.stop(NOW, Cease.ADMINISTRATIVE_SHUTDOWN, "pyvtep stops")

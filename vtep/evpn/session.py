@@ -324,8 +324,9 @@ class Session:
             self._actions.append(Down(error, retain))
             if error.time - self._established_at >= _STABLE_S:
                 self._retry_s = _RETRY_MIN_S
-        elif not self._connections:
-            # While there is another connection, this one was only the loser of a collision.
+        elif not self._connections and self._is_running:
+            # While there is another connection, this one was only the loser of a collision. To stop
+            # without a session is no error.
             self.last_error = error
         if not self._connections and self._is_running and not self.parameters.passive:
             self._retry_at = error.time + self._retry_s * self._jitter()
