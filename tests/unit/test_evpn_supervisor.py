@@ -169,6 +169,24 @@ def test_a_speaker_that_only_attaches_is_as_silent_as_before() -> None:
     run(main())
 
 
+def test_an_upgrade_hands_over_since_when_the_speaker_runs() -> None:
+    async def main() -> None:
+        former, watching = supervisor(), supervisor()
+        _, former._speaker = child()
+        former.attach(TOKEN_OF_CHILD)
+        assert former._running_since is not None
+        former._running_since -= 1000
+        watching.adopt(former.state(), {})
+        watching.attach(TOKEN_OF_CHILD)
+        shown = watching.status()["speaker"]
+        assert shown["state"] == "running"
+        assert shown["age"] >= 1000
+        await watching.stop(handed_over=True)
+        await former.stop(handed_over=False)
+
+    run(main())
+
+
 def instance(watching: Supervisor) -> int:
     (segment,) = watching._config()["segments"]
     number: int = segment["instance"]

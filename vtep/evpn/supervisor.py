@@ -86,6 +86,8 @@ class Supervisor:
         self._attached = False
         self._starts = 0
         self._since = time.monotonic()
+        self._running_since: float | None = None
+        """Since when the speaker runs, also with a former process: monotonic time in seconds."""
         self._failed = False
         self._version: str | None = None
         self._last_error: str | None = None
@@ -204,6 +206,7 @@ class Supervisor:
         speaker = self._check(given)
         if not self._attached:
             self._since = time.monotonic()
+            self._running_since = self._running_since or self._since
             log.info("EVPN speaker, process %d: runs", speaker.pid)
             # Not if it attaches again: one that does so without end does not report.
             self._alarm.on_report(speaker)
@@ -284,6 +287,8 @@ class Supervisor:
         silent = silent_since(since, self._reported, now)
         if self._attached and silent is not None:
             state, since = "silent", silent
+        elif self._attached:
+            since = self._running_since or since
         speaker: EvpnSpeaker = {
             "pid": self._speaker.pid if self._speaker is not None else None,
             "state": state,
@@ -303,6 +308,7 @@ class Supervisor:
             "pid": self._speaker.pid,
             "token": self._speaker.token,
             "starts": self._starts,
+            "running_since": self._running_since,
             "generation": self._generation,
             "last_error": self._last_error,
             "last_instance": self._last_instance,
@@ -327,6 +333,8 @@ class Supervisor:
             self._starts = int(state["starts"])
             self._generation = int(state["generation"]) + 1
             self._last_error = state["last_error"]
+            since = state.get("running_since")  # Older processes do not give it.
+            self._running_since = None if since is None else float(since)
             self._last_instance = int(state["last_instance"])
             self._flushes = int(state["flushes"])
             self._instances = {
@@ -373,7 +381,7 @@ class Supervisor:
                 "restart pyvtep, which creates it"
             )
         self._since = time.monotonic()
-        self._version = None
+        self._version = self._running_since = None
         self._speaker = SpeakerProcess.start(self._server.path, self._options)
         self._starts += 1
 
