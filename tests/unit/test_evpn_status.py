@@ -2,6 +2,7 @@
 
 from tests.unit import evpn_fake, status_fake
 from tests.unit.evpn_fake import MAC
+from vtep.cli.evpn_text import describe_speaker
 from vtep.cli.monitor import format_event
 from vtep.cli.status_text import WIDTH, format_status
 from vtep.control import problems
@@ -51,8 +52,7 @@ def test_a_silent_speaker_is_the_only_problem() -> None:
     lines = " ".join(
         " ".join(format_status(status_fake.status(evpn=evpn), lambda text, _: text)).split()
     )
-    assert "speaker silent for 23 s" in lines
-    assert "the sessions below are as they were then" in lines
+    assert "speaker silent for 23 s, so the sessions below are as they were then, pid" in lines
 
 
 def test_a_speaker_is_silent_if_it_does_not_report_in_time() -> None:
@@ -118,6 +118,11 @@ def test_no_vtep_is_to_be_started_at_a_replaced_next_hop() -> None:
     assert list(problems.unexplained(found, None)) == found
 
 
+def test_one_restart_is_once() -> None:
+    text = describe_speaker(evpn_fake.speaker(restarts=1, last_error="killed by SIGKILL"))
+    assert text.endswith(", restarted once, last error: killed by SIGKILL")
+
+
 def test_an_own_mac_that_another_host_announces_too_is_one() -> None:
     duplicate = evpn_fake.duplicate(state="conflict", vteps=["local", "10.0.0.9"])
     evpn = evpn_fake.status(duplicates=[duplicate])
@@ -127,7 +132,10 @@ def test_an_own_mac_that_another_host_announces_too_is_one() -> None:
 
 
 def test_a_duplicate_mac_is_one_with_the_command_that_releases_it() -> None:
-    for state, said in (("warned", "it still moves"), ("held", "it is held where it is")):
+    for state, said in (
+        ("warned", "192.0.2.3 (6 moves within duplicate-time): find"),
+        ("held", "and is held where it is: find"),
+    ):
         evpn = evpn_fake.status(duplicates=[evpn_fake.duplicate(state=state)])
         assert kinds(evpn) == [("evpn-duplicate-mac", 100, None)]
         assert said in text_of(evpn)

@@ -29,16 +29,17 @@ _Row = Mapping[str, Any]
 def describe_speaker(speaker: EvpnSpeaker) -> str:
     """Return a line about the process that speaks BGP."""
     words = [f"speaker {speaker['state']} for {duration(speaker['age'])}"]
+    if speaker["state"] == "silent":
+        words.append("so the sessions below are as they were then")
     if speaker["pid"] is not None:
         words.append(f"pid {speaker['pid']}")
     if speaker["version"] is not None:
         words.append(f"version {speaker['version']}")
     if speaker["restarts"]:
-        words.append(f"restarted {speaker['restarts']} times")
+        times = "once" if speaker["restarts"] == 1 else f"{speaker['restarts']} times"
+        words.append(f"restarted {times}")
     if speaker["last_error"] is not None:
         words.append(f"last error: {speaker['last_error']}")
-    if speaker["state"] == "silent":
-        words.append("so the sessions below are as they were then")
     return ", ".join(words)
 
 

@@ -107,10 +107,13 @@ def of_evpn(evpn: EvpnStatus) -> Iterator[Problem]:
                 duplicate["vni"],
             )
             continue
-        held = "it is held where it is" if duplicate["state"] == "held" else "it still moves"
+        # A duplicate lasts until its moves are older than that time: it may move no more.
+        moves = "1 move" if duplicate["moves"] == 1 else f"{duplicate['moves']} moves"
+        is_held = duplicate["state"] == "held"
+        held = ", and is held where it is" if is_held else f" ({moves} within duplicate-time)"
         yield _problem(
             "evpn-duplicate-mac",
-            f"{duplicate['mac']} moves too often between {', '.join(duplicate['vteps'])}, and "
+            f"{duplicate['mac']} moves too often between {', '.join(duplicate['vteps'])}"
             f"{held}: find the second host with this MAC, or the loop; then: pyvtep evpn clear "
             f"duplicate {duplicate['mac']}",
             duplicate["vni"],
