@@ -283,7 +283,7 @@ def test_bridge_that_appears_later(pair: Pair, start: Start) -> None:
     # An administrator moves it to another bridge.
     a.run("ip", "link", "add", "br2", "type", "bridge")
     a.run("ip", "link", "set", "vx0", "master", "br2")
-    moved = "vx0 is a port of another device; move it: ip link set vx0 master br0"
+    moved = "vx0 is a port of br2; move it: ip link set vx0 master br0"
     said(f"waiting for --bridge br0: {moved}")
     _, report = consult(a, "--socket", str(vtep.control))
     titles = [each["title"] for each in report["findings"]]

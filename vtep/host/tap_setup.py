@@ -258,11 +258,21 @@ def _bridge_to_join(netlink: IPRoute, tap: str, master: int, bridge: str | None)
     if master == index:
         return 0, ""
     if master:
-        return 0, f"{tap} is a port of another device; move it: ip link set {tap} master {bridge}"
+        name = _name_of(netlink, master)
+        return 0, f"{tap} is a port of {name}; move it: ip link set {tap} master {bridge}"
     (link,) = netlink.get_links(index)
     if not is_bridge(link):
         return 0, "the device of this name is not a bridge (see: ip link show type bridge)"
     return index, ""
+
+
+def _name_of(netlink: IPRoute, index: int) -> str:
+    """Return the name of a device, which may have been removed meanwhile."""
+    try:
+        (link,) = netlink.get_links(index)
+    except NetlinkError:
+        return "another device"
+    return str(link.get("ifname"))
 
 
 def _bridge_of(link: Any) -> int:
