@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -16,7 +16,8 @@ from vtep.cli.fdb import print_entries
 from vtep.cli.grammar import DESTINATION, FILTER, KIND, SEGMENT, Grammar
 from vtep.cli.main import cli
 from vtep.cli.monitor import format_event
-from vtep.control.schema import Destination, FdbEntry, MonitorEvent
+from vtep.cli.segments import describe_origin
+from vtep.control.schema import Destination, FdbEntry, MonitorEvent, RemoteEntry
 from vtep.errors import ConfigError
 
 MAC = "02:00:00:00:00:01"
@@ -97,6 +98,21 @@ def destination(dst: str, port: int, vni: int, via: str | None = None) -> Destin
         "extern_learn": True,
         "sequence": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("configured", "extern_learn", "said"),
+    [
+        (True, True, "configured extern_learn"),
+        (False, True, "extern_learn"),
+        (True, False, ""),
+    ],
+)
+def test_both_origins_of_a_remote_are_shown(
+    configured: bool, extern_learn: bool, said: str
+) -> None:
+    to = {**destination("192.0.2.2", 4789, 1), "extern_learn": extern_learn}
+    assert describe_origin(cast("RemoteEntry", {**to, "configured": configured})) == said
 
 
 EXTERN = "dynamic extern_learn"

@@ -402,7 +402,18 @@ def test_a_remote_that_was_flushed_can_be_added_again(vtep: Still) -> None:
     ask(vtep, "remote.add", remote="192.0.2.2")
     assert vtep.told == []
     to = destination("192.0.2.2")
-    assert ask(vtep, "remote.show") == [{"vni": 1, "dev": "vx0", "name": None, **to}]
+    row = {"vni": 1, "dev": "vx0", "name": None, "configured": True, **to}
+    assert ask(vtep, "remote.show") == [row]
+
+
+def test_a_remote_has_both_of_its_origins(vtep: Still) -> None:
+    for dst in ("192.0.2.2", "192.0.2.7"):
+        ask(vtep, "fdb.append", mac=ZERO, dst=dst, extern_learn=True)
+    rows = ask(vtep, "remote.show")
+    assert [(each["dst"], each["configured"], each["extern_learn"]) for each in rows] == [
+        ("192.0.2.2", True, True),
+        ("192.0.2.7", False, True),
+    ]
 
 
 def test_add_and_delete_a_segment(vtep: Still) -> None:

@@ -16,7 +16,7 @@ from vtep.cli.options import check_options, config_options, given_options
 from vtep.cli.stats_text import format_stats, merge_stats
 from vtep.config import address_parsers, option_parsers
 from vtep.control import Client
-from vtep.control.schema import SegmentInfo
+from vtep.control.schema import RemoteEntry, SegmentInfo
 from vtep.errors import ConfigError, OptionError, shown
 from vtep.fastpath.state import FastPathState
 
@@ -140,7 +140,7 @@ def show_remotes(vteps: list[Client], params: dict[str, Any], *, as_json: bool) 
     rows = [
         (
             *(to["vni"], to["dev"]),
-            f"{format_destination(to, to['vni'])} {format_origin(to)}".rstrip(),
+            f"{format_destination(to, to['vni'])} {describe_origin(to)}".rstrip(),
             to["name"] or "",
         )
         for to in remotes
@@ -154,6 +154,13 @@ def show_remotes(vteps: list[Client], params: dict[str, Any], *, as_json: bool) 
     has_names = any(row[-1] for row in rows)
     columns = {"VNI": "right", "DEV": "", "REMOTE": ""} | ({"NAME": ""} if has_names else {})
     client_command.print_table(columns, (row[: len(columns)] for row in rows))
+
+
+def describe_origin(to: RemoteEntry) -> str:
+    """Return which sides have given a remote; "" for this host alone."""
+    origin = format_origin(to)
+    # An older pyvtep does not send it.
+    return f"configured {origin}" if origin and to.get("configured") else origin
 
 
 @remote.command("add")

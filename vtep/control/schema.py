@@ -128,6 +128,8 @@ class RemoteEntry(Destination):
     dev: str
     name: str | None
     """The host name among the remotes that has this address; None for an address by itself."""
+    configured: bool
+    """True if an option or a command has given it, perhaps besides a control plane."""
 
 
 class NameEntry(TypedDict):

@@ -105,10 +105,11 @@ def remotes(port: Port) -> list[schema.RemoteEntry]:
         {
             "vni": port.config.vni,
             "dev": port.tap,
-            "name": name_of.get(to["dst"]),
-            **to,
+            "name": name_of.get(remote.host),
+            "configured": origin.is_local,
+            **destination(port.fdb, remote, origin),
         }
-        for to in flooded_to(port.fdb)
+        for remote, origin in (port.fdb.default.origins() if port.fdb.default else ())
     ]
 
 
