@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Pyvtep]]:
         if vtep.process.poll() is not None and vtep.control.exists():
             successor = socket_files.listening_process(vtep.control)
             if successor and successor != os.getpid():
-                os.kill(successor, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # It has just ended.
+                    os.kill(successor, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -109,12 +109,12 @@ def exposed_secrets(settings: Settings, source: Path | None) -> list[str]:
 
 def _parts_with_password(path: Path) -> list[Path]:
     """Return the files of a directory that have a password; a file itself."""
-    if not path.is_dir():
-        return [path]
     try:
+        if not path.is_dir():
+            return [path]
         parts = sorted(each for each in path.iterdir() if _is_part(each))
         return [each for each in parts if b"password" in _read_bounded(each)]
-    except OSError:
+    except OSError:  # Not readable by this process, and so not by all.
         return []
 
 
