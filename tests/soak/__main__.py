@@ -45,11 +45,10 @@ _MACS = 50
 
 _TOLERANCES = {
     # The resource, and the growth over half of the run that is no leak: an arena of the allocator
-    # for the resident memory, one client for descriptors, one worker of the event loop's executor,
-    # a round of new MACs for the FDB.
+    # for the resident memory, one client for descriptors, a round of new MACs for the FDB.
     "rss_mib": 2.0,
     "descriptors": 2.0,
-    "threads": 1.5,
+    "threads": 0.5,
     "fdb_entries": 2.0 * _MACS,
 }
 _TITLES = {
